@@ -1,0 +1,1 @@
+"""Where runs run: Ray clusters and machines; nothing here knows a model."""

@@ -1,0 +1,1 @@
+"""seqpit: sequence corpora to shards to models to a leaderboard."""

@@ -1,0 +1,1 @@
+"""Shards on disk: tars, index, manifest; ingest, plan and stream."""

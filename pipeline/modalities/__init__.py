@@ -1,0 +1,1 @@
+"""Raw bytes -> stored bytes -> array -> x_BTD: one file a modality."""

@@ -1,0 +1,1 @@
+"""x_BTD -> y_BTD: one file a model family."""

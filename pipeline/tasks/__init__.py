@@ -1,0 +1,1 @@
+"""Targets, head, loss, decoding, score: one file a task."""

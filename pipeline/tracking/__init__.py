@@ -1,0 +1,1 @@
+"""What runs leave behind: metrics, rows, leaderboard, page."""

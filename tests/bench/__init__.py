@@ -1,0 +1,1 @@
+"""Benches: tests/bench/NAME.py yields rows for `python -m jobs.bench NAME`."""
