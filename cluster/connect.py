@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,21 +44,29 @@ def connected(scale: Scale) -> Iterator[None]:
     address = scale.address or os.environ.get("RAY_ADDRESS")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    environment = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}}
+    variables = {name: os.environ[name] for name in ENVIRONMENT}
     if address:
-        ray.init(address=address, runtime_env=environment, logging_level=logging.WARNING)
+        # Ray Train's cleaner of left-over placement groups asks the dashboard who is alive; where two clusters run on a
+        # machine, it has to be told which one is its own.
+        variables |= {} if address == "auto" else {"RAY_ADDRESS": address}
+        ray.init(address=address, runtime_env={"env_vars": variables}, logging_level=logging.WARNING)
         try:
             yield
         finally:
             ray.shutdown()
         return
     own = tempfile.mkdtemp(prefix="ray-")  # short: Ray keeps sockets below it, whose names have a limit
+    port = _free_port()
+    variables |= {
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away, and its start prints an error
+    }
     ray.init(
         address="local",
-        runtime_env=environment,
+        runtime_env={"env_vars": variables},
         logging_level=logging.WARNING,
-        include_dashboard=True,  # Ray Train's cleaner of left-over placement groups asks it who is alive
-        dashboard_port=0,
+        include_dashboard=True,
+        dashboard_port=port,
         _temp_dir=own,
     )
     failed = True
@@ -73,3 +82,10 @@ def connected(scale: Scale) -> Iterator[None]:
             logging.getLogger(__name__).warning("Ray's logs are kept below %s", own)
         else:
             shutil.rmtree(own, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +137,12 @@ def _write_parts(dataset: Dataset, parts: list[Part], building: Path, scale: Sca
             return {"row": json.dumps({"failure": f"shard {part.shard} cannot be written: {error}"})}
 
     with ray.data.DataContext.current(context):
-        items = ray.data.from_items(plan, override_num_blocks=min(len(plan), MOST_TASKS))
-        done = items.map(write, num_cpus=1, concurrency=scale.parallel)
-        yield from _with_progress(
-            (json.loads(item["row"]) for item in done.iter_rows()), len(parts), f"ingest {dataset.identity}"
-        )
+        asked = ray.data.from_items(plan, override_num_blocks=min(len(plan), MOST_TASKS))
+        done = asked.map(write, num_cpus=1, concurrency=scale.parallel)
+        items: Any = iter(done.iter_rows())
+        with closing(items):  # left open, it would start a new Ray when this one has ended
+            rows = (json.loads(item["row"]) for item in items)
+            yield from _with_progress(rows, len(parts), f"ingest {dataset.identity}")
 
 
 def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +175,8 @@ def _with_progress(rows: Iterable[dict[str, Any]], total: int, title: str) -> It
     """The same rows. Raises DataError for one that is a failure."""
     samples = holes = 0
     began, quiet = time.monotonic(), not sys.stderr.isatty()
-    shown = "{desc}: {n_fmt}/{total_fmt} shards{postfix} [{elapsed} so far, {remaining} left]"
+    graph = "" if quiet else "{bar:20} "
+    shown = f"{{desc}}: {graph}{{n_fmt}}/{{total_fmt}} shards{{postfix}} [{{elapsed}} so far, {{remaining}} left]"
     with (Lines if quiet else tqdm)(total=total, desc=title, mininterval=10 if quiet else 0.5, bar_format=shown) as bar:
         for row in rows:
             if "failure" in row:
@@ -250,3 +253,5 @@ def _publish(manifest: Manifest, building: Path, root: Path) -> None:
     except OSError as error:
         raise InputError(f"{root} cannot be taken: {error.strerror}; move away what is there") from error
     sync(root.parent)
+    for path in root.glob(f"{TEMPORARY}*"):  # of tasks that outlived a killed ingest, and find their folder gone now
+        path.unlink(missing_ok=True)

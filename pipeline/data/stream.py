@@ -20,10 +20,11 @@ from threading import Lock
 import numpy as np
 import torch
 
-from pipeline.contracts import Batch, DataError, Feed, FieldInfo, Hole, Modality, Ragged, TooManyHolesError
+from pipeline.contracts import Batch, DataError, FieldInfo, Hole, Ragged, TooManyHolesError
 from pipeline.data.manifest import ShardSet
 from pipeline.data.plan import Plan, derive
 from pipeline.data.tar import Shard
+from pipeline.protocols import Feed, Modality
 
 FEWEST_HOLES = 10  # that are never too many
 TOLERANCE = 0.1  # share of a rank's samples

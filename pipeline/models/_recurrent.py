@@ -99,7 +99,7 @@ class Layer(nn.Module):
 
 
 class RecurrentStack(nn.Module):
-    """The backbone; `Backbone` in pipeline.contracts says what it promises."""
+    """The backbone; `Backbone` in pipeline.protocols says what it promises."""
 
     def __init__(self, family: Recurrent, *, causal: bool) -> None:
         super().__init__()

@@ -138,7 +138,7 @@ class Layer(nn.Module):
 
 
 class AttentionStack(nn.Module):
-    """The backbone; `Backbone` in pipeline.contracts says what it promises."""
+    """The backbone; `Backbone` in pipeline.protocols says what it promises."""
 
     def __init__(self, family: Transformer, *, causal: bool) -> None:
         super().__init__()

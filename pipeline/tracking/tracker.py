@@ -17,8 +17,9 @@ from typing import Any
 
 import pydantic
 
-from pipeline.contracts import DataError, RunSummary, Tracker
+from pipeline.contracts import DataError, RunSummary
 from pipeline.files import whole_file
+from pipeline.protocols import Tracker
 
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"

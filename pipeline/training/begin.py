@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from pipeline.contracts import RunSummary, Tracker, Worker
+from pipeline.contracts import RunSummary
 from pipeline.experiment import Experiment, to_dict
+from pipeline.protocols import Tracker, Worker
 from pipeline.scale import Scale
 from pipeline.tracking.tracker import JsonlTracker, Many
 from pipeline.tracking.wandb import WandbTracker

@@ -18,8 +18,9 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from pipeline.contracts import InputError, Worker
+from pipeline.contracts import InputError
 from pipeline.experiment import Optim
+from pipeline.protocols import Worker
 
 COMPUTED = (  # DeepSpeed settings that would change what is computed: the experiment says these
     "optimizer",

@@ -9,8 +9,8 @@ import pyarrow as pa
 import torch
 import torch.distributed
 
-from pipeline.contracts import Task, Worker
 from pipeline.data.stream import Stream
+from pipeline.protocols import Task, Worker
 from pipeline.training.model import Model
 
 

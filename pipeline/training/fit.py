@@ -6,6 +6,7 @@ Calling fit again under the same name continues an unfinished run and returns a 
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,8 @@ import pyarrow.parquet as pq
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+import torch.distributed as dist
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from pipeline.contracts import InputError, RunSummary
@@ -23,7 +25,7 @@ from pipeline.experiment import Experiment, from_dict, to_dict
 from pipeline.files import whole_file
 from pipeline.scale import Scale
 from pipeline.tracking.tracker import read_summary
-from pipeline.training import checkpoint
+from pipeline.training import checkpoint, failure
 from pipeline.training.begin import begin, current_commit, run_name
 from pipeline.training.engine import check_settings
 from pipeline.training.evaluate import evaluate
@@ -76,30 +78,57 @@ def fit(experiment: Experiment, scale: Scale, name: str | None = None, *, until_
         "until_round": until_round,
         "commit": current_commit(),
     }
-    _trainer(work, config, scale, directory).fit()
+    _on_workers(work, config, scale, directory)
     finished = read_summary(directory)
     assert finished is not None, f"{directory} has no summary"
     return finished
 
 
-def _trainer(
-    work: Callable[[dict[str, Any]], None], config: dict[str, Any], scale: Scale, directory: Path
-) -> TorchTrainer:
-    """`scale.workers` ranks that run `work(config)`; Ray's own files go to `directory`/ray."""
-    return TorchTrainer(
-        work,
+def _on_workers(work: Callable[[dict[str, Any]], Any], config: dict[str, Any], scale: Scale, directory: Path) -> Any:
+    """What rank 0 gives of `work(config)`, run on `scale.workers` ranks; Ray's own files go to `directory`/ray.
+
+    Raises InputError or DataError where a worker did. Ray would restart the workers, to fail again: so that worker
+    leaves a note instead and ends, and the others end with it.
+    """
+    note = directory / "failure.json"
+    note.unlink(missing_ok=True)
+
+    def noted(config: dict[str, Any]) -> Any:
+        logging.getLogger().setLevel(logging.WARNING)  # Ray tells every report to the root logger
+        if note.exists():
+            return None
+        try:
+            return work(config)
+        except failure.LASTING as error:
+            failure.leave(error, note)
+            if dist.get_backend() == "nccl":
+                raise  # only gloo tells the others that this one has gone
+            dist.destroy_process_group()
+        except RuntimeError:
+            if not note.exists():
+                raise
+        return None
+
+    trainer = TorchTrainer(
+        noted,
         train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=scale.workers, use_gpu=scale.device == "cuda", resources_per_worker={"CPU": scale.cpus}
         ),
         torch_config=TorchConfig(backend="nccl" if scale.device == "cuda" else "gloo"),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg] # mypy sees Ray Train's old API, here and below
             name="ray",
             storage_path=str(directory),
             failure_config=FailureConfig(max_failures=scale.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
+    try:
+        return trainer.fit().return_value  # type: ignore[attr-defined]
+    finally:
+        if left := failure.found(note):
+            raise left from None
 
 
 def work(config: dict[str, Any]) -> None:
@@ -136,14 +165,12 @@ def score(name: str, split: str, scale: Scale) -> dict[str, float]:
     if path is None:
         raise InputError(f"there is no finished run {name!r} below {scale.runs_dir}, and no checkpoint at that path")
     open_shards(checkpoint.read(path).experiment, scale).split(split)
-    result = _trainer(
-        _score, {"path": str(path), "split": split, "scale": to_dict(scale)}, scale, path.parent / "score"
-    ).fit()
-    assert result.metrics is not None
-    return {key: float(value) for key, value in result.metrics.items()}
+    config = {"path": str(path), "split": split, "scale": to_dict(scale)}
+    scores: dict[str, float] = _on_workers(_score, config, scale, path.parent / "score")
+    return scores
 
 
-def _score(config: dict[str, Any]) -> None:
+def _score(config: dict[str, Any]) -> dict[str, float]:
     saved, scale, worker = checkpoint.read(Path(config["path"])), Scale(**config["scale"]), RayWorker()
     torch.set_num_threads(scale.cpus)
     model = build(saved.experiment, saved.fields)
@@ -155,4 +182,5 @@ def _score(config: dict[str, Any]) -> None:
     if worker.rank == 0:
         with whole_file(saved.path.parent / f"rows-{config['split']}.parquet") as aside:
             pq.write_table(rows, aside)
-    worker.report(task.score(rows), None)
+    scores: dict[str, float] = task.score(rows)
+    return scores

@@ -19,6 +19,10 @@ from pipeline.experiment import Experiment, override
 TOLERANCE = 0.02  # within which families meet a parameter budget
 
 
+class UnmetBudgetError(InputError):
+    """A family can be brought to the parameter budget by no width."""
+
+
 class Model(nn.Module):
     """{field: Ragged} -> what the task's head predicts."""
 
@@ -56,7 +60,7 @@ def width_for(experiment: Experiment, fields: Mapping[str, FieldInfo], parameter
     """The width at which the experiment's model has `parameters` parameters, to within 2 %.
 
     Of the widths that fit, the roundest (divisible by the highest power of two) is taken: devices like it. Raises
-    InputError where none fits.
+    UnmetBudgetError where none fits.
     """
     counts: dict[int, int] = {}
 
@@ -79,7 +83,7 @@ def width_for(experiment: Experiment, fields: Mapping[str, FieldInfo], parameter
         if abs(count(width) - parameters) <= TOLERANCE * parameters
     ]
     if not fitting:
-        raise InputError(
+        raise UnmetBudgetError(
             f"budget.parameters = {parameters}: {experiment.model.name} cannot meet it within {TOLERANCE:.0%} "
             f"(width {low} has {count(low)}, width {high} has {count(high)})"
         )

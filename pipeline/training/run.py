@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.contracts import InputError, RunSummary, Task, Tracker, Worker
+from pipeline.contracts import InputError, RunSummary
 from pipeline.experiment import Experiment, difference, to_dict
 from pipeline.files import whole_file
+from pipeline.protocols import Task, Tracker, Worker
 from pipeline.scale import Scale
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Progress

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.contracts import FieldInfo, InputError, Worker
+from pipeline.contracts import FieldInfo, InputError
 from pipeline.data.manifest import Manifest, ShardSet
 from pipeline.data.plan import derive, plan_of
 from pipeline.data.stream import Stream, StreamField
 from pipeline.experiment import Experiment, FieldSpec, difference, to_dict
+from pipeline.protocols import Worker
 from pipeline.scale import Scale
 
 

@@ -11,8 +11,9 @@ Trials of one worker train inside Tune's own trial actors, which are reused from
 
 from __future__ import annotations
 
-import math
+import io
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -23,14 +24,18 @@ import ray
 from ray import tune
 
 from pipeline.choices import load
-from pipeline.contracts import InputError, RunSummary
+from pipeline.contracts import FieldInfo, InputError, RunSummary
 from pipeline.data.plan import derive
 from pipeline.experiment import Choice, Experiment, digest, from_dict, override, to_dict
 from pipeline.scale import Scale
 from pipeline.tracking.tracker import read_summary
+from pipeline.training import failure
 from pipeline.training.begin import begin, current_commit
 from pipeline.training.fit import check, fit
+from pipeline.training.model import UnmetBudgetError, meet_budget
 from pipeline.training.progress import say
+from pipeline.training.run import standing
+from pipeline.training.streams import open_shards
 from pipeline.training.worker import SoloWorker
 
 KEEP = 2  # one in so many trials goes on at each rung (successive halving, Jamieson & Talwalkar 2016)
@@ -51,11 +56,11 @@ def sweep(experiment: Experiment, scale: Scale) -> list[RunSummary]:
     Running it again goes on where it was killed, and returns the same summaries once it is done. Raises InputError for
     settings that do not fit, before anything starts.
     """
-    entered = [as_family(experiment, family) for family in experiment.families]
-    for one in entered:
-        check(one, scale)
+    learned = open_shards(experiment, scale).manifest.fields
+    alive = {family: draw(as_family(experiment, family), learned) for family in experiment.families}
+    for drawn in alive.values():
+        check(drawn[0], scale)
     name = f"{experiment.name}-sweep-{digest(to_dict(experiment))[:8]}"
-    alive = {one.model.name: draw(one) for one in entered}
     for until_round in rungs(experiment.budget.rounds, experiment.budget.trials):
         trials = [
             Trial(name=f"{name}/{family}-trial{number}", experiment=trial, until_round=until_round)
@@ -89,28 +94,32 @@ def as_family(experiment: Experiment, family: str) -> Experiment:
     return override(experiment, "model", Choice(name=family, settings=kept))
 
 
-def draw(experiment: Experiment) -> dict[int, Experiment]:
+def draw(experiment: Experiment, learned: Mapping[str, FieldInfo]) -> dict[int, Experiment]:
     """The family's trials by number: different points of its search space, drawn from the experiment's seed.
 
-    Raises InputError where the space has fewer points than the budget has trials.
+    Points at which no width meets the parameter budget are passed over. Raises InputError where the space has fewer
+    points than the budget has trials.
     """
     space: Mapping[str, Sequence[Any]] = load("models", experiment.model.name).search
     points = list(product(*space.values()))
     wanted = experiment.budget.trials
     if wanted == 1:
         return {0: experiment}
-    if wanted > len(points):
-        raise InputError(
-            f"budget.trials = {wanted}: {experiment.model.name} has only {len(points)} different settings to try"
-        )
     rng = np.random.default_rng(derive(experiment.seed, "search", experiment.model.name))
-    drawn = {}
-    for number, point in enumerate(rng.permutation(len(points))[:wanted]):
+    drawn: dict[int, Experiment] = {}
+    for point in rng.permutation(len(points)):
         trial = experiment
         for path, value in zip(space, points[point], strict=True):
             trial = override(trial, path, value)
-        drawn[number] = trial
-    return drawn
+        with suppress(UnmetBudgetError):
+            meet_budget(trial, learned)
+            drawn[len(drawn)] = trial
+        if len(drawn) == wanted:
+            return drawn
+    met = f" at {experiment.budget.parameters} parameters" if experiment.budget.parameters else ""
+    raise InputError(
+        f"budget.trials = {wanted}: {experiment.model.name} has only {len(drawn)} different settings to try{met}"
+    )
 
 
 def rungs(rounds: int, trials: int) -> list[int]:
@@ -120,22 +129,31 @@ def rungs(rounds: int, trials: int) -> list[int]:
 
 
 def keep(summaries: Mapping[int, RunSummary]) -> list[int]:
-    """The numbers of the better half (at least one), best first; ties go to the lower loss, then the lower number.
+    """The numbers of the better half (at least one), best first; equals by number."""
 
-    A score or loss that is not finite is worse than any other.
-    """
+    def rank(number: int) -> tuple[tuple[float, float], int]:
+        one = summaries[number]
+        return standing(one.score, one.metrics["loss"], one.higher_is_better), -number
 
-    def rank(number: int) -> tuple[float, float, int]:
-        summary = summaries[number]
-        worth = (-summary.score if summary.higher_is_better else summary.score, summary.metrics["loss"])
-        score, loss = (value if math.isfinite(value) else math.inf for value in worth)
-        return score, loss, number
-
-    return sorted(summaries, key=rank)[: max(1, len(summaries) // KEEP)]
+    return sorted(summaries, key=rank, reverse=True)[: max(1, len(summaries) // KEEP)]
 
 
 def run(trials: Sequence[Trial], scale: Scale) -> dict[str, RunSummary]:
-    """The trials' summaries by name. Raises RuntimeError, naming it, where a trial failed for good."""
+    """The trials' summaries by name; final runs that are finished are not started again.
+
+    Raises what a trial raised; RuntimeError, naming it, where restarts did not help.
+    """
+    places = {one.name: Path(scale.runs_dir) / one.name for one in trials}
+    done = {name: read_summary(place) for name, place in places.items()}
+    finished = {name for name, summary in done.items() if summary is not None and summary.phase == "final"}
+    waiting = [one for one in trials if one.name not in finished]
+    if waiting:
+        _tune(waiting, scale)
+    summaries = {name: read_summary(place) for name, place in places.items()}
+    return {name: summary for name, summary in summaries.items() if summary is not None}
+
+
+def _tune(trials: Sequence[Trial], scale: Scale) -> None:
     plain = [
         {"name": trial.name, "experiment": to_dict(trial.experiment), "until_round": trial.until_round}
         for trial in trials
@@ -151,10 +169,13 @@ def run(trials: Sequence[Trial], scale: Scale) -> dict[str, RunSummary]:
     def trial(config: dict[str, Any]) -> None:
         one = config["trial"]
         try:
-            summary = conduct(from_dict(one["experiment"]), Scale(**where), one["name"], one["until_round"], commit)
+            conduct(from_dict(one["experiment"]), Scale(**where), one["name"], one["until_round"], commit)
+        except failure.LASTING as error:  # reported, not raised: Tune would try again, to fail again
+            tune.report({"failure": failure.to_plain(error)})
         except Exception as error:
             raise RuntimeError(f"trial {one['name']} failed: {error}") from error
-        tune.report({"score": summary.score})
+        else:
+            tune.report({"failure": None})
 
     tuner = tune.Tuner(
         tune.with_resources(trial, needs),
@@ -166,19 +187,18 @@ def run(trials: Sequence[Trial], scale: Scale) -> dict[str, RunSummary]:
             verbose=0,
         ),
     )
-    results = tuner.fit()
+    with redirect_stdout(io.StringIO()):  # Tune's banner, which no setting turns off
+        results = tuner.fit()
     for error in results.errors:
         raise error
-    summaries = {one.name: read_summary(Path(scale.runs_dir) / one.name) for one in trials}
-    return {name: summary for name, summary in summaries.items() if summary is not None}
+    for result in (results[number] for number in range(len(results))):
+        if result.metrics and result.metrics["failure"]:
+            raise failure.from_plain(result.metrics["failure"])
 
 
 def conduct(experiment: Experiment, scale: Scale, name: str, until_round: int | None, commit: str) -> RunSummary:
     """One trial: in this process where one worker is enough, else under Ray Train."""
     if scale.workers > 1:
         return fit(experiment, scale, name, until_round=until_round)
-    done = read_summary(Path(scale.runs_dir) / name)
-    if done is not None and done.phase == "final":
-        return done
     worker = SoloWorker(Path(scale.runs_dir) / name, scale.device)
     return begin(experiment, scale, worker, name=name, until_round=until_round, commit=commit)

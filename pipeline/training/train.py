@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.contracts import Batch, RunSummary, Tally, Tracker, Worker
+from pipeline.contracts import Batch, RunSummary, Tally
 from pipeline.data.plan import derive
 from pipeline.experiment import Experiment
+from pipeline.protocols import Tracker, Worker
 from pipeline.scale import Scale
 from pipeline.training.progress import ProgressLine
 from pipeline.training.run import Run

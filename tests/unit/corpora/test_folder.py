@@ -90,16 +90,20 @@ def test_a_file_larger_than_a_part_has_a_part_of_its_own(tmp_path: Path) -> None
     assert [len(part.source) for part in parts(tmp_path, part_bytes=10)] == [1, 1, 1, 1]
 
 
-def test_the_first_rule_that_matches_takes_a_file_and_shares_divide_the_rest(tmp_path: Path) -> None:
+def test_a_split_takes_what_matches_all_its_rules_and_shares_divide_the_rest(tmp_path: Path) -> None:
     spoken(tmp_path, speakers="abcdefghij", takes=10)
-    rules = {"test": {"speaker": "a", "take": "[0-4]"}, "valid": {"speaker": "[ab]"}}
+    rules = {"test": {"speaker": "a", "take": "[0-4]"}, "valid": {"speaker": "b"}}
     named = names_by_split(parts(tmp_path, Split(rules=rules, shares={"held": 0.3}), pattern=SPOKEN))
     assert named["test"] == {f"{label}_a_{take}.wav" for label in range(3) for take in range(5)}
-    assert (
-        named["valid"]
-        == {f"{label}_{who}_{take}.wav" for label in range(3) for who in "ab" for take in range(10)} - (named["test"])
-    )
-    assert len(named["held"]) == pytest.approx(0.3 * 240, abs=25)
+    assert named["valid"] == {f"{label}_b_{take}.wav" for label in range(3) for take in range(10)}
+    assert len(named["held"]) == pytest.approx(0.3 * 255, abs=25)
+
+
+def test_a_file_that_two_splits_claim_is_refused_by_name(tmp_path: Path) -> None:
+    spoken(tmp_path, speakers="ab", takes=10)
+    rules = {"test": {"speaker": "a", "take": "[0-4]"}, "valid": {"speaker": "[ab]"}}
+    with pytest.raises(InputError, match=r"_a_[0-4].wav' belongs to 'test' and to 'valid'"):
+        parts(tmp_path, Split(rules=rules), pattern=SPOKEN)
 
 
 def test_no_speaker_stands_in_two_splits_where_speakers_are_the_group(tmp_path: Path) -> None:

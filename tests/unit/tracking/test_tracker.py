@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.contracts import DataError, RunSummary, Tracker
+from pipeline.contracts import DataError, RunSummary
+from pipeline.protocols import Tracker
 from pipeline.tracking.tracker import METRICS, SUMMARY, JsonlTracker, Many, read_curves, read_summaries, read_summary
 
 Row = Callable[..., RunSummary]
@@ -92,7 +93,7 @@ def test_a_kill_while_rewinding_leaves_the_old_file(tmp_path: Path, monkeypatch:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "replace", killed)
+    monkeypatch.setattr(Path, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
         tracker.rewind(1)
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]

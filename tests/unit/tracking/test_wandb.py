@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import pipeline.tracking.wandb as ours
-from pipeline.contracts import RunSummary, Tracker
+from pipeline.contracts import RunSummary
+from pipeline.protocols import Tracker
 from pipeline.tracking.wandb import WandbTracker
 
 theirs = pytest.importorskip("wandb")
