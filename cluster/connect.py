@@ -73,7 +73,7 @@ def connected(scale: Scale) -> Iterator[None]:
     try:
         yield
         failed = False
-    except (InputError, TooManyHolesError):
+    except (InputError, TooManyHolesError, KeyboardInterrupt):
         failed = False
         raise
     finally:

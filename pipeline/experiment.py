@@ -23,12 +23,21 @@ Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 WHERE = ("path",)  # settings of a corpus that say where it lies, not what it is
 
 
+def _plain(given: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from JSON, so that a setting is the same before and after it was stored."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(given))
+    except TypeError as error:
+        raise ValueError(f"settings must be plain values, lists and mappings: {error}") from error
+    return plain
+
+
 @settings
 class Choice:
     """A file on a shelf, by name, with its settings."""
 
     name: str
-    settings: dict[str, Any] = pydantic.Field(default_factory=dict)
+    settings: Annotated[dict[str, Any], pydantic.AfterValidator(_plain)] = pydantic.Field(default_factory=dict)
 
     def make(self, shelf: str) -> Any:
         return make(shelf, self.name, self.settings)

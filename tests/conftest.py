@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from pipeline.scale import Scale
 from tests.words import long_words, write_words
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+hypothesis.settings.register_profile("seqpit", deadline=None)  # a loaded machine is no failure
+hypothesis.settings.load_profile("seqpit")
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,9 @@ import ray.data
 from tqdm import tqdm
 
 from pipeline.contracts import DataError, FieldInfo, InputError, Part, TooManyHolesError
-from pipeline.data.manifest import Manifest, ShardInfo, find_manifest, write_manifest
+from pipeline.data.manifest import Manifest, ShardInfo, check_settings, find_manifest, write_manifest
 from pipeline.data.part import write_part
-from pipeline.experiment import WHERE, Dataset, FieldSpec, difference, digest, to_dict
+from pipeline.experiment import WHERE, Dataset, FieldSpec, digest, to_dict
 from pipeline.files import TEMPORARY, sync, whole_file
 from pipeline.scale import Scale
 
@@ -76,6 +76,15 @@ def ingest(dataset: Dataset, scale: Scale, tolerance: float = 0.1) -> Manifest:
     return manifest
 
 
+def ensure(dataset: Dataset, scale: Scale) -> Manifest:
+    """The dataset's manifest; ingests it only where it is absent, so that a made set needs its corpus no more."""
+    there = find_manifest(Path(scale.data_dir) / dataset.identity)
+    if there is None:
+        return ingest(dataset, scale)
+    check_settings(there, dataset)
+    return there
+
+
 def _sources(parts: list[Part]) -> pa.Table:
     """What went into which shard: a row for each entry of each part's source."""
     entries = [
@@ -88,12 +97,7 @@ def _sources(parts: list[Part]) -> pa.Table:
 
 def _same(there: Manifest, dataset: Dataset, sources: pa.Table, root: Path) -> Manifest:
     """The manifest that is there. Raises InputError, saying what differs, where it is one of something else."""
-    if there.fingerprint != dataset.fingerprint:
-        where = tuple(f"corpus.settings.{name}:" for name in WHERE)
-        changes = [line for line in difference(to_dict(dataset), there.dataset) if not line.startswith(where)]
-        raise InputError(
-            f"dataset {there.identity} exists with other settings ({'; '.join(changes)}); raise dataset.version"
-        )
+    check_settings(there, dataset)
     if there.listing != digest(sources.to_pylist()):
         old, new = (
             {(row["split"], row["source"]) for row in table.to_pylist()}

@@ -14,6 +14,7 @@ import pydantic
 from pipeline.choices import settings, suggest
 from pipeline.contracts import DataError, FieldInfo, InputError
 from pipeline.data.tar import Shard
+from pipeline.experiment import WHERE, Dataset, difference, to_dict
 from pipeline.files import whole_file
 
 FILE = "manifest.json"
@@ -71,6 +72,17 @@ def find_manifest(root: Path) -> Manifest | None:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise DataError(f"{root / FILE} is not a manifest: {where}{': ' if where else ''}{first['msg']}") from error
+
+
+def check_settings(manifest: Manifest, dataset: Dataset) -> None:
+    """Raises InputError, saying what differs, where the shard set was made with other settings than `dataset`."""
+    if manifest.fingerprint == dataset.fingerprint:
+        return
+    where = tuple(f"corpus.settings.{name}:" for name in WHERE)
+    changes = [line for line in difference(to_dict(dataset), manifest.dataset) if not line.startswith(where)]
+    raise InputError(
+        f"dataset {manifest.identity} exists with other settings ({'; '.join(changes)}); raise dataset.version"
+    )
 
 
 class ShardSet:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.contracts import FieldInfo, InputError
-from pipeline.data.manifest import Manifest, ShardSet
+from pipeline.contracts import FieldInfo
+from pipeline.data.manifest import ShardSet, check_settings
 from pipeline.data.plan import derive, plan_of
 from pipeline.data.stream import Stream, StreamField
-from pipeline.experiment import Experiment, FieldSpec, difference, to_dict
+from pipeline.experiment import Experiment, FieldSpec
 from pipeline.protocols import Worker
 from pipeline.scale import Scale
 
@@ -14,16 +14,8 @@ from pipeline.scale import Scale
 def open_shards(experiment: Experiment, scale: Scale) -> ShardSet:
     """The ingested dataset of an experiment. Raises InputError where it is absent or was made with other settings."""
     shards = ShardSet(scale.data_dir, experiment.dataset.identity)
-    if shards.manifest.fingerprint != experiment.dataset.fingerprint:
-        raise InputError(_stale(experiment, shards.manifest))
+    check_settings(shards.manifest, experiment.dataset)
     return shards
-
-
-def _stale(experiment: Experiment, manifest: Manifest) -> str:
-    lines = difference(to_dict(experiment.dataset), manifest.dataset)
-    changes = "; ".join(line for line in lines if not line.startswith("corpus.settings.path"))
-    made = f"dataset {manifest.identity} was ingested with other settings ({changes})"
-    return f"{made}; raise dataset.version and ingest it again"
 
 
 def open_stream(

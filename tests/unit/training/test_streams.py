@@ -24,7 +24,7 @@ def test_an_absent_dataset_is_named_with_those_that_are_there(words_dir: Path, t
 def test_a_dataset_ingested_with_other_settings_is_refused(words_dir: Path) -> None:
     other = words({"fields.audio.mels": 7, "corpus.path": "elsewhere"})
     changes = r"\(fields\.0\.modality\.settings\.mels: 7, was 6\)"
-    with pytest.raises(InputError, match=rf"words@1 was ingested with other settings {changes}; raise"):
+    with pytest.raises(InputError, match=rf"words@1 exists with other settings {changes}; raise"):
         open_shards(other, Scale(data_dir=str(words_dir)))
 
 
