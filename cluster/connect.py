@@ -56,13 +56,14 @@ def connected(scale: Scale) -> Iterator[None]:
             ray.shutdown()
         return
     own = tempfile.mkdtemp(prefix="ray-")  # short: Ray keeps sockets below it, whose names have a limit
-    port = _free_port()
+    port, cores = _free_port(), scale.workers * scale.cpus
     variables |= {
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away, and its start prints an error
     }
     ray.init(
         address="local",
+        num_cpus=cores if cores > (os.cpu_count() or 1) else None,  # too many workers are slow; Ray would wait for ever
         runtime_env={"env_vars": variables},
         logging_level=logging.WARNING,
         include_dashboard=True,

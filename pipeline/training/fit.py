@@ -7,7 +7,6 @@ Calling fit again under the same name continues an unfinished run and returns a 
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,15 +40,10 @@ class RayWorker:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device: torch.device = get_device()
-        self._latest: Path | None = None
 
     def latest(self) -> Path | None:
         saved = ray.train.get_checkpoint()
-        if saved is None:
-            return None
-        if self._latest is None:
-            self._latest = Path(saved.to_directory(tempfile.mkdtemp(prefix="seqpit-resume-")))
-        return self._latest
+        return Path(saved.path) if saved else None  # below runs_dir, which every node can reach
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         saved = ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None
@@ -145,14 +139,19 @@ def work(config: dict[str, Any]) -> None:
 
 
 def check(experiment: Experiment, scale: Scale) -> None:
-    """Raises InputError for whatever can be known to be wrong before workers start."""
+    """Raises InputError for whatever can be known to be wrong before workers start; says what they will wait for."""
     shards = open_shards(experiment, scale)
     check_settings(scale.engine)
     for split in ("train", "valid", "test"):
         shards.split(split)
-    meet_budget(experiment, shards.manifest.fields)
-    if scale.device == "cuda" and not ray.cluster_resources().get("GPU"):  # type: ignore[no-untyped-call]
+    with torch.device("meta"):
+        build(meet_budget(experiment, shards.manifest.fields), shards.manifest.fields)
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    if scale.device == "cuda" and not there.get("GPU"):
         raise InputError("scale.device = 'cuda', but the Ray cluster has no GPU; use device=cpu")
+    wanted, cores = scale.workers * scale.cpus, there.get("CPU", 0)
+    if cores < wanted:
+        say(f"{scale.workers} workers want {wanted} cores, the cluster has {cores:.0f}: waiting for more")
 
 
 def score(name: str, split: str, scale: Scale) -> dict[str, float]:

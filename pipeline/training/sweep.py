@@ -159,7 +159,10 @@ def _tune(trials: Sequence[Trial], scale: Scale) -> None:
         for trial in trials
     ]
     many = scale.workers > 1
-    needs: dict[str, float] = {"CPU": 0.01} if many else {"CPU": scale.cpus, "GPU": int(scale.device == "cuda")}
+    # A trial of several workers leaves all cores to them; Tune insists that it takes something, were it a byte.
+    needs: dict[str, float] = (
+        {"CPU": 0, "memory": 1} if many else {"CPU": scale.cpus, "GPU": int(scale.device == "cuda")}
+    )
     parallel = scale.parallel
     if many and parallel is None:
         cores = ray.cluster_resources()["CPU"]  # type: ignore[no-untyped-call]

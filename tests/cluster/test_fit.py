@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from jobs.evaluate import main
 from pipeline.contracts import DataError, InputError
 from pipeline.experiment import override
 from pipeline.scale import Scale
@@ -73,6 +75,7 @@ def test_what_is_wrong_is_said_before_a_worker_starts(tmp_path: Path, beside: Sc
         ({"dataset.name": "elsewhere"}, beside, "no dataset 'elsewhere@1'"),
         ({"fields.audio.mels": 7}, beside, "ingested with other settings"),
         ({}, replace(beside, data_dir=str(tmp_path)), "no split 'test'"),
+        ({"task.target": "mood"}, beside, "no target field 'mood'"),
         ({"budget.parameters": 100}, beside, "cannot meet it within 2%"),
         ({}, replace(beside, engine={"fp16": {}}), "'fp16' would change what is computed"),
         ({}, replace(beside, device="cuda"), "the Ray cluster has no GPU"),
@@ -100,7 +103,9 @@ def test_a_finished_model_is_scored_again_by_any_number_of_workers(pair: Path, b
     summary, rows = read_summary(pair), pq.read_table(pair / "rows-test.parquet")
     assert summary is not None
     (pair / "rows-test.parquet").unlink()
-    assert score("pair", "test", beside) == pytest.approx(summary.metrics, rel=1e-9)
+    places = [f"data_dir={beside.data_dir}", f"runs_dir={beside.runs_dir}", "workers=2"]
+    printed = CliRunner().invoke(main, ["pair", "--json", *(part for place in places for part in ("--scale", place))])
+    assert json.loads(printed.stdout) == pytest.approx(summary.metrics, rel=1e-9)
     assert pq.read_table(pair / "rows-test.parquet").equals(rows)
 
 

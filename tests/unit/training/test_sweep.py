@@ -96,7 +96,7 @@ def test_more_trials_than_points_are_refused() -> None:
 
 def test_points_that_cannot_meet_the_parameter_budget_are_passed_over() -> None:
     """100,000 parameters: no Transformer of three layers and four or eight heads comes within 2 %."""
-    experiment = words({"model": choose("transformer"), "budget.parameters": 100_000, "budget.trials": 40})
+    experiment = words({"model": choose("transformer"), "budget.parameters": 100_000, "budget.trials": 20})
     heads = {
         (trial.model.settings["layers"], trial.model.settings["heads"]) for trial in draw(experiment, LEARNED).values()
     }
