@@ -73,7 +73,7 @@ def test_what_is_wrong_is_said_before_a_worker_starts(tmp_path: Path, beside: Sc
     start = time.monotonic()
     for changes, where, message in (
         ({"dataset.name": "elsewhere"}, beside, "no dataset 'elsewhere@1'"),
-        ({"fields.audio.mels": 7}, beside, "ingested with other settings"),
+        ({"fields.audio.mels": 7}, beside, "exists with other settings"),
         ({}, replace(beside, data_dir=str(tmp_path)), "no split 'test'"),
         ({"task.target": "mood"}, beside, "no target field 'mood'"),
         ({"budget.parameters": 100}, beside, "cannot meet it within 2%"),

@@ -81,8 +81,8 @@ def test_a_run_whose_workers_are_killed_ends_with_the_same_weights(pair: Path, s
         summary = fit(long_words(), replace(scale, workers=2, checkpoint_steps=5), "killed")
     assert len(killer.killed) == 2 and len({pid for _, pid in killer.killed}) == 2
     assert all(step < 200 for step, _ in killer.killed), "killed on the way"
-    for name in ("weights.safetensors",):
-        assert (run_dir / "model" / name).read_bytes() == (pair / "model" / name).read_bytes()
+    weights = Path("model", "weights.safetensors")
+    assert (run_dir / weights).read_bytes() == (pair / weights).read_bytes()
     assert pq.read_table(run_dir / "rows-test.parquet").equals(pq.read_table(pair / "rows-test.parquet"))
     assert logged(run_dir) == logged(pair), "no step is doubled or lost, and each is the same to the last bit"
     undisturbed = read_summary(pair)
