@@ -18,6 +18,7 @@ import pydantic
 from jobs import recipes
 from pipeline.choices import explain, suggest
 from pipeline.contracts import DataError, InputError, TooManyHolesError
+from pipeline.data.manifest import Manifest
 from pipeline.experiment import Experiment, override
 from pipeline.scale import LOCAL, Scale
 
@@ -77,6 +78,13 @@ def scale_of(settings: Iterable[str]) -> Scale:
     if unknown:
         raise InputError(f"--scale: there is no setting {unknown[0]!r}{suggest(unknown[0], list(vars(LOCAL)))}")
     return replace(LOCAL, **changes)
+
+
+def tell_holes(manifest: Manifest, where: Scale) -> None:
+    """Says how many samples a dataset lacks and where they are named."""
+    if manifest.quarantined:
+        path = Path(where.data_dir, manifest.identity, "quarantine.parquet")
+        click.echo(f"{manifest.quarantined} quarantined, see {path}", err=True)
 
 
 def recipe_names() -> list[str]:

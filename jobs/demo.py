@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from cluster.connect import connected
-from jobs.cli import experiment_of, run, scale_of, scale_option
+from jobs.cli import experiment_of, run, scale_of, scale_option, tell_holes
 from jobs.leaderboard import show
 from pipeline.data.ingest import ingest
 from pipeline.experiment import Experiment, override
@@ -27,7 +27,7 @@ def main(folder: str | None, scale: tuple[str, ...]) -> None:
     experiment = experiment_of("spoken_words") if folder is None else _own(folder)
     experiment.check()
     with connected(where):
-        ingest(experiment.dataset, where)
+        tell_holes(ingest(experiment.dataset, where), where)
         sweep(experiment, where)
     show(Path(where.runs_dir), contest=experiment.contest)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cluster.connect import connected
-from jobs.cli import experiment_of, recipe_command, run, scale_of
+from jobs.cli import experiment_of, recipe_command, run, scale_of, tell_holes
 from pipeline.data.ingest import ingest
 
 
@@ -19,8 +19,7 @@ def main(recipe: str, overrides: tuple[str, ...], scale: tuple[str, ...], tolera
         manifest = ingest(experiment.dataset, where, tolerance)
     splits = ", ".join(f"{split} {count}" for split, count in manifest.splits.items())
     click.echo(f"{where.data_dir}/{manifest.identity}: {len(manifest.shards)} shards; samples: {splits}")
-    if manifest.quarantined:
-        click.echo(f"{manifest.quarantined} quarantined, see {where.data_dir}/{manifest.identity}/quarantine.parquet")
+    tell_holes(manifest, where)
 
 
 if __name__ == "__main__":

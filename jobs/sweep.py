@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.connect import connected
-from jobs.cli import experiment_of, recipe_command, run, scale_of
+from jobs.cli import experiment_of, recipe_command, run, scale_of, tell_holes
 from jobs.leaderboard import show
 from pipeline.data.ingest import ensure
 from pipeline.training.sweep import sweep
@@ -17,7 +17,7 @@ def main(recipe: str, overrides: tuple[str, ...], scale: tuple[str, ...]) -> Non
     experiment, where = experiment_of(recipe, overrides), scale_of(scale)
     experiment.check()
     with connected(where):
-        ensure(experiment.dataset, where)
+        tell_holes(ensure(experiment.dataset, where), where)
         sweep(experiment, where)
     show(Path(where.runs_dir), contest=experiment.contest)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cluster.connect import connected
-from jobs.cli import experiment_of, recipe_command, run, scale_of
+from jobs.cli import experiment_of, recipe_command, run, scale_of, tell_holes
 from pipeline.data.ingest import ensure
 from pipeline.training.fit import fit
 
@@ -17,7 +17,7 @@ def main(recipe: str, overrides: tuple[str, ...], scale: tuple[str, ...], name: 
     experiment, where = experiment_of(recipe, overrides), scale_of(scale)
     experiment.check()
     with connected(where):
-        ensure(experiment.dataset, where)
+        tell_holes(ensure(experiment.dataset, where), where)
         summary = fit(experiment, where, name)
     click.echo(
         f"{summary.run}: {summary.split} {summary.metric} {summary.score:.4f}, {summary.parameters:,} parameters, "

@@ -197,7 +197,7 @@ def test_too_many_holes_end_with_code_3_and_how_many_and_why(
     assert "error: 6 of 24 samples of recordings@1 " in err and "more than the 10% tolerated; the first: no/" in err
     assert "not a sound" in err
     code, out, err = command("recordings", *settings(wavs), "--tolerance", "0.25")
-    assert code == 0 and f"6 quarantined, see {tmp_path}/data/recordings@1/quarantine.parquet" in out
+    assert code == 0 and f"6 quarantined, see {tmp_path}/data/recordings@1/quarantine.parquet" in err
 
 
 @pytest.mark.parametrize(
